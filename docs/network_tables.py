@@ -27,13 +27,14 @@ NOT_RUN = "not run"
 
 
 def sources_text(kept: Mapping[str, Kept], name: str) -> str:
-    """For each network that has this experiment: its images, and with what its rows were made; as a list."""
+    """For each network that has this experiment: its images, with what its rows were made, the commands; as a list."""
     lines = []
     for network in NETWORKS:
         one = kept.get(f"{network}/{name}")
         if one is not None:
             note = f" {one.note.strip('*')}" if one.note else ""
-            lines.append(f"- {network}: {images_text(one.rows)} {made_text(one)}{note}")
+            commands = " and ".join(f"`{command}`" for command in one.commands)
+            lines.append(f"- {network}: {images_text(one.rows)} {made_text(one)}{note} By {commands}.")
     return "\n".join(lines)
 
 

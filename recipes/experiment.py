@@ -95,7 +95,7 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
         smaller: dict[str, Any] = {}
         for name, bound in most.items():
             value = getattr(config, name)
-            smaller[name] = value[:bound] if isinstance(value, tuple) else min(value or bound, bound)
+            smaller[name] = value[:bound] if isinstance(value, tuple) else bound if value is None else min(value, bound)
         output = smoke_folder(config.output, (preset.output for preset in usual))
         config = dataclasses.replace(config, output=output, **smaller)
     warmup = min(config.warmup, config.epochs / 5)

@@ -78,12 +78,21 @@ class Claim(NamedTuple):
 
 
 def read_networks(folder: Path) -> dict[str, dict[str, list[Row]]]:
-    """Network -> experiment -> rows, of the networks that the folder has."""
+    """Network -> experiment -> rows, of the networks that the folder has.
+
+    Raises:
+        StudyError: it has rows of none of them.
+    """
     networks: dict[str, dict[str, list[Row]]] = {}
     for network in NETWORKS:
         kept = {path.stem: read_kept(path).rows for path in sorted((folder / network).glob("*.jsonl"))}
         folders = {path.name: read_folder(path) for path in sorted((folder / network).glob("*/"))}
         networks[network] = {name: rows for name, rows in {**folders, **kept}.items() if rows}
+    if not any(networks.values()):
+        known = ", ".join(NETWORKS)
+        raise tn.errors.StudyError(
+            f"{folder} has rows of none of the networks", networks=known, fix="--paper runs/paper"
+        )
     return networks
 
 

@@ -28,6 +28,7 @@ What is done (Singh, Jahromi and Orus, arXiv 2403.14379, and a control):
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,7 +44,7 @@ from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classific
 from recipes.networks import fresh_model, with_weights, write_network
 from recipes.reporting import check_least, write_figure
 from recipes.retrain.report import BASELINE, curves, figure, summary
-from recipes.retrain.truncations import Truncated, Truncation, read_truncation, truncate
+from recipes.retrain.truncations import Truncated, Truncation, check_truncation, read_truncation, truncate
 from recipes.training import Classification, evaluate, train
 
 Way = Literal["dense", "factored", "control"]
@@ -152,10 +153,14 @@ def main(config: Config) -> list[Row]:
         TnalgebraError: a setting is wrong, the data or the weights cannot be read; a training diverges; the output
             folder holds an experiment with other settings.
     """
+    if config.smoke and not config.first_epochs:
+        config = dataclasses.replace(config, first_epochs=SMOKE["first_epochs"])
     config = begin(config, SMOKE, PRESETS.values())
     truncations = _checked(config)
     config, training, test = load_both(config)
     model = fresh_model(config.model, training, seed=config.seed)
+    for truncation in truncations:
+        check_truncation(model, truncation, skip=config.skip)
     if config.weights is not None:
         model = with_weights(model, config.weights)
     task = classification(config, training, test)
@@ -183,6 +188,8 @@ def _checked(config: Config) -> list[Truncation]:
     truncations = {truncation.text: truncation for truncation in map(read_truncation, config.truncations)}
     config.training()
     check_least(config, {"first_epochs": 0}, tn.errors.DataError)
+    if not config.ways or not config.seeds:
+        raise tn.errors.StudyError("no training is asked for", fix="--ways dense factored control --seeds 0 1 2")
     if config.weights is None and not config.first_epochs and ":" not in config.model:
         fix = f"--weights FILE, or --first-epochs {15 if config.model == 'cnn4' else 200} to train it here first"
         raise tn.errors.DataError(f"{config.model} needs weights", fix=fix)

@@ -107,6 +107,15 @@ def _check_exists(rewrite: tn.studies.Rewrite) -> None:
         tn.decompositions.read_rewrite(rewrite.source, tn.networks.KERNEL_LABELS[4])
 
 
+def check_truncation(model: nn.Module, truncation: Truncation, *, skip: Sequence[str]) -> None:
+    """Raise what `truncate` raises for this network before it fits anything; no weight is looked at."""
+    for rewrite in truncation.rewrites:
+        if isinstance(truncation.size, tn.MultiplyAddsBudget):
+            tn.studies.Rewrite.read(rewrite).suited(tn.studies.layers_of(model, skip))
+        else:
+            tn.studies.check_compressible(model, rewrite, truncation.size, skip=skip)
+
+
 def truncate(
     model: nn.Module, truncation: Truncation, *, skip: Sequence[str], seed: int, example: Sequence[int]
 ) -> Truncated:

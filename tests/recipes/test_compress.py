@@ -23,7 +23,7 @@ from tnalgebra.command import build_model
 from tnalgebra.command import compress as work
 from tnalgebra.command.compress import MODEL, ONNX, PAGE, RESULT, TEXT
 from tnalgebra.errors import DataError
-from tnalgebra.model import load_images
+from tnalgebra.model import load_images, mean_divergence
 from tnalgebra.studies.accuracy import accuracy
 
 NET = (
@@ -222,6 +222,32 @@ def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) 
     assert f"{100 * fitted['accuracy']['after']:.2f} % before the distillation" in text
     with refused(DataError, "64 of 64", "--calibrate"):
         main(dataclasses.replace(quick, held_out=64, output=Path("more")))
+
+
+def test_the_divergence_is_that_of_the_recalibrated_network(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[dict[str, torch.Tensor]] = []
+
+    def recorded(dense: torch.nn.Module, model: torch.nn.Module, images: list[torch.Tensor]) -> float:
+        measured.append({name: buffer.clone() for name, buffer in model.named_buffers()})
+        return mean_divergence(dense, model, images)
+
+    monkeypatch.setattr("tnalgebra.command.compress.mean_divergence", recorded)
+    main(dataclasses.replace(quick, held_out=16, recalibrate_bn=True))
+    saved = dict(rebuilt(quick).named_buffers())
+    torch.testing.assert_close(measured[-1], saved, rtol=0, atol=0)
+    trained = build_model(quick.model, classes=10, channels=1)
+    trained.load_state_dict(torch.load("w.pth"))
+    assert not torch.equal(saved["1.running_mean"], trained[1].running_mean)
+
+
+def test_images_held_out_do_not_recalibrate(quick: Config) -> None:
+    training = load_images("digits", "train").subset(120, seed=0)
+    settings = dataclasses.replace(quick, held_out=40)
+    held_out, others = settings.held_out_images(training), settings.recalibration(training)
+    assert (len(held_out), len(others)) == (40, 80)
+    assert torch.cdist(held_out.pixels.flatten(1).double(), others.pixels.flatten(1).double()).min() > 0
+    with refused(DataError, "40 of 30", "--held-out"):
+        settings.check_held_out(training.subset(30, seed=0))
 
 
 @pytest.mark.parametrize("factor", [1.5, math.nan])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,8 +22,10 @@ from PIL import Image
 from torch import nn
 
 import tnalgebra as tn
+from tests.refusals import refused
 from tests.study_cases import NO_FIT
 from tests.study_cases import study as run_study
+from tnalgebra.errors import StudyError
 from tnalgebra.model.images import Images
 from tnalgebra.studies import figures, kernel_figures
 from tnalgebra.studies.figures import draw_results
@@ -393,6 +396,19 @@ def test_figures_are_drawn_again_while_rows_come_in(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runner, "REDRAW_SECONDS", 0)
     study(tmp_path, CUTS[:3])
     assert counts == [2, 3, 4, 4]
+
+
+def test_a_figure_that_cannot_be_written_is_an_error_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Figure, "savefig", full)
+        with refused(StudyError, "cannot be written", "No space left"):
+            study(tmp_path)
+    assert len(study(tmp_path).rows) == 2, "it continues once there is space"
 
 
 def test_kernels_are_drawn_before_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

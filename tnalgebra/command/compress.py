@@ -103,6 +103,8 @@ def compress_model(
         return known
     used = prepare is not None or settings.calibrate or settings.recalibrate_bn or settings.distil
     training = settings.images("train") if used else None
+    if training is not None:
+        settings.check_held_out(training)
     if prepare is not None and training is not None:
         prepare(model, training)
     started = perf_counter()
@@ -116,11 +118,11 @@ def compress_model(
     dense = copy.deepcopy(model)
     example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
-    fitted = accuracy(model, images, not_finite="wrong", **tested) if settings.distil else None
-    divergence = [] if training is None else _distil(model, dense, training, example, settings=settings)
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
         recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
+    fitted = accuracy(model, images, not_finite="wrong", **tested) if settings.distil else None
+    divergence = [] if training is None else _distil(model, dense, training, example, settings=settings)
     after = accuracy(model, images, not_finite="wrong", **tested)
     measured, lines = measure(dense, model, example, memory_format) if measure is not None else ({}, "")
     seconds = time_models((dense, example), (model, example))

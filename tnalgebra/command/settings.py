@@ -213,6 +213,16 @@ class CompressSettings(TestSettings):
         """As of all settings, without those that are held out."""
         return self.unlabelled(training, self.held_out, self.calibrate)
 
+    def check_held_out(self, training: Images) -> None:
+        """Raise DataError where no training image is left for the fits."""
+        if self.held_out >= len(training):
+            fact = f"{self.held_out} of {len(training)} training images are held out, and none is left for the fits"
+            raise DataError(fact, fix=f"--held-out {len(training) // 4}")
+
+    def recalibration(self, training: Images) -> Images:
+        """As of all settings, without labels and without the images that are held out."""
+        return self.unlabelled(training, self.held_out, self.held_out + RECALIBRATION_IMAGES)
+
     def held_out_images(self, training: Images) -> Images:
         """Others of the kind of `calibration`."""
         return self.unlabelled(training, 0, self.held_out)

@@ -17,7 +17,7 @@ from .claims import (
     norm_correlation,
     points_of,
 )
-from .compress import compress_kernels
+from .compress import check_compressible, compress_kernels
 from .correlation import Correlation, Draws, bootstrap, mean_of, rank_correlation
 from .figures import MARKERS, SUFFIXES, draw_results
 from .folder import (
@@ -67,6 +67,7 @@ __all__ = [
     "StudyOptions",
     "accuracy",
     "bootstrap",
+    "check_compressible",
     "claims_of",
     "compare_configs",
     "compress_kernels",

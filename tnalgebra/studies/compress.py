@@ -17,7 +17,7 @@ from ..model import Planned, fit_planned, plan_budget
 from ..networks import NamedTensor, Network, parse_bipartition
 from ..rewriting import Fit, Rule, start_fit
 from ..tensors import norm, relative
-from .kernels import Workbench, layers_of
+from .kernels import Layer, Workbench, layers_of
 from .options import StudyOptions
 from .plan import Task, plan_rows, rounds_of
 from .rewrites import Rewrite
@@ -62,11 +62,25 @@ def compress_kernels(
     Example:
         >>> tn.studies.compress_kernels(model, "out kh | in kw", "keep 0.5")["layer3.1.conv1"].weight
     """
+    layers, tasks, options = _plan(model, rewrite, size, skip=skip, seed=seed)
+    ((_, kernels),) = compress_rows(tasks, Workbench(model, {each.name: each for each in layers}, options))
+    return kernels
+
+
+def check_compressible(
+    model: nn.Module, rewrite: str | Rule | Fit, size: object, *, skip: Sequence[str] = ("first",)
+) -> None:
+    """Raise what `compress_kernels` raises for these arguments before it fits anything."""
+    _plan(model, rewrite, size, skip=skip, seed=0)
+
+
+def _plan(
+    model: nn.Module, rewrite: str | Rule | Fit, size: object, *, skip: Sequence[str], seed: int
+) -> tuple[list[Layer], list[Task], StudyOptions]:
     options = StudyOptions(skip=tuple(skip), seed=seed)
     layers = layers_of(model, options.skip)
     tasks = plan_rows([Rewrite.read(rewrite)], [read_size(size)], {type(model).__name__: layers}, options)
-    ((_, kernels),) = compress_rows(tasks, Workbench(model, {each.name: each for each in layers}, options))
-    return kernels
+    return layers, tasks, options
 
 
 def compress_rows(tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Task, dict[str, Compressed]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._files import write_whole
 from ..model import DISTINCT_COLOURS
+from .folder import writing
 from .rows import BASELINE, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def store_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; returns the paths."""
+    """Write a figure as PNG and SVG; returns the paths. Raises StudyError where one cannot be written."""
     paths = [stem.with_suffix(suffix) for suffix in SUFFIXES]
     for path in paths:
-        write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150))
+        with writing(path):
+            write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150))
     return paths
 
 

@@ -23,6 +23,8 @@ from recipes.claims.paper import (
 )
 from recipes.kept import Kept, write_kept
 from tests.claim_rows import BASELINE, row
+from tests.refusals import refused
+from tnalgebra.errors import StudyError
 
 LAYERS = tuple(f"layer{number}" for number in range(8))
 CUTS = ("out | in kh kw", "in | out kh kw", "out kh | in kw")
@@ -114,6 +116,11 @@ def test_the_verdict_is_open_where_the_interval_is_on_both_sides() -> None:
     intervals = {(0.6, 0.9): "yes", (0.1, 0.4): "no", (0.4, 0.6): "open", (math.nan, math.nan): "open"}
     for (low, high), text in intervals.items():
         assert verdict(claim, Number((low + high) / 2, low, high, "")) == text
+
+
+def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
+    with refused(StudyError, "missing", "resnet20-cifar10"):
+        read_networks(tmp_path / "missing")
 
 
 def test_a_folder_of_kept_rows_becomes_a_table_with_gaps(tmp_path: Path) -> None:

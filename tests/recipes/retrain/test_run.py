@@ -271,6 +271,9 @@ def test_an_interrupted_run_continues_and_repeats_nothing(
         ({"truncations": ("cp @ r=4,8",)}, RankError, ["r=4,8"]),
         ({"truncations": ("cp @ keep 0.5",)}, RankError, ["keep 0.5", "singular values"]),
         ({"seeds": ()}, StudyError, ["--seeds"]),
+        ({"ways": ()}, StudyError, ["--ways"]),
+        ({"truncations": ("tucker2 @ z=8",)}, RankError, ["z"]),
+        ({"truncations": ("tucker2 @ time 0.5",)}, TnalgebraError, ["time 0.5"]),
         ({"model": "resnet20"}, DataError, ["resnet20", "--weights"]),
         ({"model": "resnet19"}, DataError, ["resnet19"]),
         ({"limit": 0}, DataError, ["0 images"]),
@@ -284,6 +287,7 @@ def test_wrong_settings_are_refused_by_name(
 ) -> None:
     with refused(kind, *facts):
         main(dataclasses.replace(quick, **changes))
+    assert not (quick.output / "results.jsonl").exists(), "refused before anything is trained"
 
 
 def test_trainings_that_diverge_stop_with_epoch_and_loss_and_the_others_continue(
