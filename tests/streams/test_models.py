@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import tnalgebra as tn
 from tests.refusals import refused
 from tnalgebra.errors import LayerError, StreamError
 from tnalgebra.streams import Stream
+from tnalgebra.streams.flow import step_code
 from tnalgebra.streams.timing import Delay
 
 
@@ -231,6 +234,50 @@ def test_random_models(model: nn.Module) -> None:
     check(model, (2, 3, 40))
 
 
+class Applied(nn.Module):
+    """A function of a clip and a weight, without a layer."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(2, 3, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, _: functional.avg_pool1d(x, 4, 4),
+        lambda x, _: functional.avg_pool1d(x, 5),
+        lambda x, _: functional.avg_pool1d(x, 6, stride=3),
+        lambda x, _: functional.max_pool1d(x, 8, 8),
+        lambda x, weight: functional.conv1d(x, weight, stride=4),
+        lambda x, weight: functional.conv1d(x, weight, None, 5),
+        lambda x, _: x[:, :, ::4],
+    ],
+)
+def test_functions_with_strides(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    check(Applied(function), (2, 3, 41))
+
+
+def test_steps_that_are_alike_share_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def recorded(flow: torch.fx.GraphModule, step: int, *others: Any, **named: Any) -> torch.fx.GraphModule:
+        written.append(step)
+        return step_code(flow, step, *others, **named)
+
+    monkeypatch.setattr(import_module("tnalgebra.streams.stream"), "step_code", recorded)
+    model = settled(nn.Sequential(nn.Conv1d(2, 2, 9, padding=8, dilation=2), nn.AvgPool1d(2)))
+    stream, clip = tn.stream(model, "t", example=(1, 2, 60)), torch.randn(1, 2, 60, dtype=torch.float64)
+    for _ in range(2):
+        outputs = torch.cat([stream.steps(clip), stream.flush()], 2)
+        torch.testing.assert_close(outputs, model(clip))
+    assert len(written) <= 8, "before, while and after the window is full, on and beside the lattice of the pooling"
+
+
 # States and copies -----------------------------------------------------------------------------------------------
 
 
@@ -423,9 +470,22 @@ class Last(nn.Module):
         return x[:, :, -1:] * x
 
 
+class Recurrent(nn.Module):
+    """Of the two outputs of its layer one has no axis of time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(3, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.layer(x.transpose(1, 2))[0]
+        return states.transpose(1, 2)
+
+
 @pytest.mark.parametrize(
     ("model", "facts"),
     [
+        (Recurrent(), ("layer (GRU)", "output 1 of 2 has no axis of time")),
         (nn.Sequential(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(1)), ("1 (AdaptiveAvgPool1d)", "global pooling")),
         (nn.Sequential(nn.Conv1d(3, 4, 3), Mean()), ("mean", "global pooling", "AvgPool3d((16, 1, 1), stride=1)")),
         (nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(1)), ("1 (Flatten)",)),

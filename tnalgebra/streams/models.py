@@ -131,6 +131,9 @@ class ModelFlow:
         axes = [_time_axis(a, b) for a, b in zip(small, large, strict=True) if isinstance(a, Tensor)]
         if not axes:
             return None
+        if None in axes and not isinstance(self.traced.values[node][0], Tensor):
+            fact = f"output {axes.index(None)} of {len(axes)} has no axis of time"
+            raise StreamError(fact, because="it has a value only when a clip ends", fix="a module without this output")
         if None in axes:
             raise StreamError(
                 "the value of all frames has no axis of time: a global pooling has no value before a clip ends",

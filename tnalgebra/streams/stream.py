@@ -50,7 +50,8 @@ class Stream(nn.Module):
         self.frame_shape = tuple(frame_shape)
         self.clip = clip
         self.postponed = tuple(postponed)
-        self._codes: dict[Any, fx.GraphModule] = {}
+        self._codes: dict[tuple[int, bool], fx.GraphModule] = {}  # by the number of a step, and whether it is masked
+        self._distinct: dict[tuple[Any, ...], fx.GraphModule] = {}  # by what the code of a step depends on
         self._expected: dict[tuple[torch.Size, torch.dtype], list[torch.Size]] = {}
         self._state: State | None = None
         self._like: Tensor | None = None
@@ -59,6 +60,7 @@ class Stream(nn.Module):
     def _settle(self) -> None:
         """Read from the graph what all calls need."""
         times = [timing for node in self.flow.graph.nodes if (timing := timing_of(node)) is not None]
+        self._timings = tuple(dict.fromkeys(times))
         result = self._timing
         self.delay, self.stride = result.offset, result.stride
         self.receptive_field = result.receptive_field
@@ -228,12 +230,14 @@ class Stream(nn.Module):
             raise StreamError(fact, shape=tuple(frame_shape), planned_for=self.frame_shape)
 
     def _code(self, step: int, clip: int | None, *, masked: bool = False) -> fx.GraphModule:
-        if clip is not None:
-            return step_code(self.flow, step, clip)
-        key = (step, masked)
-        if key not in self._codes:
-            self._codes[key] = step_code(self.flow, step, clip, masked=masked)
-        return self._codes[key]
+        if clip is None and (step, masked) in self._codes:
+            return self._codes[step, masked]
+        what = (masked, *(timing.at(step, clip) for timing in self._timings))
+        if what not in self._distinct:
+            self._distinct[what] = step_code(self.flow, step, clip, masked=masked)
+        if clip is None:
+            self._codes[step, masked] = self._distinct[what]
+        return self._distinct[what]
 
     def _stacked(self, outputs: Sequence[Tensor]) -> Tensor:
         axis = self._axes[1]
@@ -361,7 +365,7 @@ class Stream(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """The state with the graph itself, of which torch.fx would keep the code alone."""
         parts = {name: vars(self.flow)[name] for name in ("_modules", "_parameters", "_buffers")}
-        return {**self.__dict__, "_codes": {}, "_modules": {}, "_parts": (parts, self.flow.graph)}
+        return {**self.__dict__, "_codes": {}, "_distinct": {}, "_modules": {}, "_parts": (parts, self.flow.graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         parts, graph = state.pop("_parts")

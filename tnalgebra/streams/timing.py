@@ -38,6 +38,10 @@ class Timing:
         number = (step - self.offset) // self.stride
         return self.comes(step) and number >= 0 and (clip is None or number < self.count(clip))
 
+    def at(self, step: int, clip: int | None) -> tuple[bool, bool, bool]:
+        """All that the code of a step depends on: steps that agree in it for all timings share their code."""
+        return self.comes(step), step >= self.offset, self.has(step, clip)
+
     @property
     def receptive_field(self) -> int:
         """The number of frames of the input that a frame depends on."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import StreamError, TnalgebraError
 from ..model import trace_forward
 from ..nn import KernelLayer
+from .windows import window_of_function
 
 POSITIONS = (32, 64, 112, 224, 128, 16, 8)
 """Positions along the axes other than time that are tried where no example says them."""
@@ -72,9 +74,12 @@ def trace_model(model: nn.Module, axis: int, example: Sequence[int] | None) -> T
     others = [node.target for node in graph.nodes if node.op == "placeholder" and not node.args][1:]
     if others:
         raise StreamError(f"{type(model).__name__} has another input {others[0]!r} besides the clip", fix="one input")
-    lengths = _lengths(model)
+    shortest = _lengths(model, graph)
     tried: list[Exception] = []
-    for shape in [tuple(example)] if example is not None else _guesses(model):
+    shapes = [tuple(example)] if example is not None else [*_guesses(model)]
+    # longer clips too, for functions whose windows are as large as a weight that is computed
+    for shape, times in product(shapes, (1, 8)):
+        lengths = (times * shortest[0], times * shortest[0] + shortest[1])
         place = len(shape) + axis if axis < 0 else axis
         if not 0 <= place < len(shape):
             raise StreamError(f"a clip of shape {shape} does not have axis {axis}", fix="an axis of the input")
@@ -90,18 +95,24 @@ def trace_model(model: nn.Module, axis: int, example: Sequence[int] | None) -> T
         return Traced(model, graph, constants, place, lengths, values, frame)
     because = f"{type(tried[-1]).__name__}: {str(tried[-1]).partition(chr(10))[0]}" if tried else None
     fix = "example=(n, channels, frames, ...), the shape of a clip; a model that takes clips of any length"
-    raise StreamError(f"{type(model).__name__} does not take clips of {lengths[0]} frames", because=because, fix=fix)
+    raise StreamError(f"{type(model).__name__} does not take clips of {shortest[0]} frames", because=because, fix=fix)
 
 
-def _lengths(model: nn.Module) -> tuple[int, int]:
-    """Two numbers of frames that are enough for all windows, and differ by a multiple of all strides."""
+def _lengths(model: nn.Module, graph: fx.Graph) -> tuple[int, int]:
+    """A number of frames that is enough for the windows that are known, and a multiple of all strides."""
+    windows = [{name: getattr(module, name, 1) for name in _NUMBERS} for module in model.modules()]
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    windows += [window_of_function(node.target, node.args, dict(node.kwargs)) for node in calls]
     reach, stride = 1, 1
-    for module in model.modules():
-        numbers = [_largest(getattr(module, name, 1)) for name in ("kernel_size", "dilation", "stride")]
-        reach += numbers[1] * (numbers[0] - 1)
-        stride *= numbers[2] or 1
-    first = stride * (reach + 4)
-    return first, first + stride
+    for window in windows:
+        size, dilation, step = (_largest(window.get(name, 1)) for name in _NUMBERS)
+        reach += dilation * (size - 1)
+        stride *= step or 1
+    return stride * (reach + 4), stride
+
+
+_NUMBERS = ("kernel_size", "dilation", "stride")
+"""What the windows of a layer are called."""
 
 
 def _largest(value: object) -> int:

@@ -104,6 +104,18 @@ def links_of_function(function: object, arguments: Sequence[Any], named: dict[st
     return None
 
 
+def window_of_function(function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that say its windows and strides: kernel_size, stride and dilation, those it has."""
+    if function is operator.getitem:
+        entries = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
+        return {"stride": [entry.step for entry in entries if isinstance(entry, slice)]}
+    names = _CONVOLVED if function in _CONVOLUTIONS else _names(function) if function in _POOLINGS else ()
+    bound = dict(zip(names, arguments, strict=False)) | named if names else {}
+    if bound.get("stride") is None and "kernel_size" in bound:
+        bound["stride"] = bound["kernel_size"]
+    return {name: bound[name] for name in ("kernel_size", "stride", "dilation") if name in bound}
+
+
 def _names(function: object) -> list[str]:
     """The names of a pooling's arguments, in their order."""
     if function in (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d):
