@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conversion_cases import EXACT, SHAPE, assert_same, count, inputs, network, state
@@ -111,6 +113,37 @@ def test_a_copy_is_converted_and_the_model_stays() -> None:
     assert_same(before, state(model))
     assert report.converted == ("0", "3", "5")
     assert report["8"].reason.startswith("the cut 'out | in kh kw' does not fit")
+
+
+@pytest.mark.parametrize("computed", ["weight norm", "pruning"])
+def test_a_copy_of_a_model_with_computed_weights_computes_its_own(computed: str) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), torch.rand(2, 3, 9, 8)
+    if computed == "weight norm":
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(model[0])
+    else:
+        prune.l1_unstructured(model[0], "weight", 0.5)
+    output, names = model(x), [name for name, _ in model.named_parameters()]
+    found, report = convert(model, {"*": ("out kh | in kw", 2)}, inplace=False, example=x, tune=False)
+    assert report.converted == ("1",)
+    assert torch.equal(found[0](x), model[0](x))
+    found(x).sum().backward()
+    assert all(one.grad is not None for one in found.parameters())
+    assert all(one.grad is None for one in model.parameters())
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(model(x), output)
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.layer = nn.Linear(4, 4)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    with refused(LayerError, "Locked", "inplace=True"):
+        convert(Locked(), {"*": ("out | in", 1)}, inplace=False)
 
 
 def test_modes_types_hooks_and_frozen_weights_go_over() -> None:

@@ -97,6 +97,18 @@ def test_a_penalty_makes_a_layer_orthogonal() -> None:
     assert condition < 1.05
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_a_window_without_padding_has_the_bound_of_zeros_in_every_mode(mode: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 4, 3, stride=(1, 2))
+    moded = nn.Conv2d(3, 4, 3, stride=(1, 2), padding_mode=mode)
+    moded.load_state_dict(plain.state_dict())
+    assert torch.equal(tn.lipschitz_bound(moded), tn.lipschitz_bound(plain))
+    one_axis = nn.Conv2d(3, 4, 3, padding=(0, 1), padding_mode=mode)
+    with refused(NetworkError, mode):
+        tn.lipschitz_bound(one_axis)
+
+
 def test_refusals() -> None:
     with refused(SizeError, "iterations is 0"):
         tn.lipschitz_bound(nn.Conv1d(2, 2, 3), iterations=0)

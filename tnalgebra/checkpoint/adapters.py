@@ -86,7 +86,7 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *names: str) -> No
                 texts.append(describe_layer(layer, (of_layer,)))
                 scales[of_layer] = adapted.scales[name]
     written = json.dumps(scales)
-    metadata = metadata_of(tensors, aliases, texts) | {_SCALES: written, _SCALES_CHECK: check_of(written)}
+    metadata = metadata_of(tensors, aliases, {}, texts) | {_SCALES: written, _SCALES_CHECK: check_of(written)}
     path = path_of(path).resolve()
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} exists, and is not a file", fix="the name of a file")

@@ -15,6 +15,8 @@ eight hexadecimal digits. The description has:
     tnalgebra     the version that wrote it.
     tensors       name -> CRC-32 over "dtype [shape]", such as "torch.float32 [8, 4]", and the bytes, of every tensor.
     aliases       further name -> the name that the tensor is stored under.
+    versions      name of a module -> the version of its state, as torch's `_version`, where it is not 1. Modules
+                  know states of older versions by it. Where `versions` is missing they are the model's own.
     layers        one entry for each decomposed layer:
       names           of the module; several if it has several places.
       class           of the dense layer that it replaces, one of torch.nn: "Conv2d".
@@ -62,7 +64,7 @@ from .format import Description, LayerText, metadata_of, path_of
 from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 from .single import make_single
-from .state import aliases_of, check_tensors, check_tied, share_parameters, state_of, tensor_key
+from .state import aliases_of, check_tensors, check_tied, share_parameters, state_of, tensor_key, versioned, versions_of
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -82,8 +84,8 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         path: an old file is replaced, once the new one is complete. A link is followed.
 
     Raises:
-        CheckpointError: the state holds something that is not a dense tensor, or of a type that safetensors lacks; the
-            path exists and is not a file, or it cannot be written.
+        CheckpointError: the state holds something that is not a dense tensor, or of a type that safetensors lacks; a
+            module's version is no integer; the path exists and is not a file, or it cannot be written.
         OSError: no room, or no permission.
 
     Example:
@@ -101,7 +103,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         if name not in aliases
     }
     layers = [describe_layer(layer, names) for layer, names in named_layers(model).values()]
-    metadata = metadata_of(tensors, aliases, layers)
+    metadata = metadata_of(tensors, aliases, versions_of(model), layers)
 
     def write(temporary: Path) -> None:
         try:
@@ -214,7 +216,7 @@ def _load(
         exchange_layers(sites, list(layers.values()))
         share_parameters(description, into, tensors)
         check_tied(into, tensors)
-        into.load_state_dict(tensors)
+        into.load_state_dict(versioned(tensors, description, into))
         for layer, origin in origins:
             layer.origin = origin
 

@@ -83,11 +83,13 @@ class Description:
 
     tensors: name -> what is stored under it, each with the check sum that the file says.
     aliases: further name of a tensor -> the name that it is stored under.
+    versions: name of a module -> version of its state, where it is not 1; None in files that do not say.
     layers: the decomposed ones.
     """
 
     tensors: Mapping[str, Tensor]
     aliases: Mapping[str, str]
+    versions: Mapping[str, int] | None
     layers: tuple[LayerText, ...]
 
 
@@ -102,7 +104,10 @@ def checksum(tensor: Tensor) -> int:
 
 
 def metadata_of(
-    tensors: Mapping[str, Tensor], aliases: Mapping[str, str], layers: Iterable[LayerText]
+    tensors: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    versions: Mapping[str, int],
+    layers: Iterable[LayerText],
 ) -> dict[str, str]:
     """The metadata of a file.
 
@@ -114,6 +119,7 @@ def metadata_of(
         "tnalgebra": version("tnalgebra"),
         "tensors": {name: checksum(tensor) for name, tensor in tensors.items()},
         "aliases": dict(aliases),
+        "versions": dict(versions),
         "layers": [_layer_content(layer) for layer in layers],
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))

@@ -70,7 +70,8 @@ def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     if type(version) is int and version > FORMAT_VERSION:
         fact = f"it is in version {_short(version)} of the format; this tnalgebra reads {FORMAT_VERSION}"
         raise CheckpointError(fact, fix="a newer tnalgebra")
-    _keys(content, ("version", "tnalgebra", "tensors", "aliases", "layers"), "the description")
+    content = {"versions": None, **content}  # which early files do not have
+    _keys(content, ("version", "tnalgebra", "tensors", "aliases", "versions", "layers"), "the description")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"its version is {_short(version)}")
     _text(content["tnalgebra"], "the version of tnalgebra")
@@ -79,6 +80,9 @@ def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     for alias, name in aliases.items():
         if alias in tensors or _text(name, "an alias") not in tensors:
             _refuse("an alias", f"{alias} = {name}", "a new name for a tensor of the file")
+    versions = content["versions"]
+    if versions is not None:
+        versions = {name: _size(one, "a version") for name, one in _object(versions, "versions").items()}
     layers = _list(content["layers"], "layers", _object)
     if len(layers) > len(tensors):
         raise CheckpointError(f"it describes {len(layers)} layers and has {len(tensors)} tensors")
@@ -88,7 +92,7 @@ def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     names = [name for layer in read for name in layer.names]
     if len({*names}) < len(names):
         raise CheckpointError("a layer is described twice")
-    return Description(tensors, cast("dict[str, str]", aliases), read)
+    return Description(tensors, cast("dict[str, str]", aliases), versions, read)
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], checks: Mapping[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +27,42 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
+            fact = f"{name!r} of the model's state is not a dense tensor"
+            extra = name.rpartition(".")[2] == "_extra_state"
+            fix = "register_buffer for the tensors that get_extra_state returns" if extra else None
+            raise CheckpointError(fact, given=type(value).__name__, fix=fix)
         if value.is_meta:
             raise CheckpointError(f"the tensor {name!r} of the model has no elements: it is on the meta device")
         if value.dtype not in STORED_DTYPES or name == "__metadata__":
             raise CheckpointError(f"the tensor {name!r} has no place in the file", dtype=value.dtype)
         state[name] = value
     return state
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """Name of a module -> version of its state, where it is not 1, as a file holds it."""
+    versions: dict[str, Any] = {name: one.get("version", 1) for name, one in _metadata_of(model).items()}
+    for name, version in versions.items():
+        if type(version) is not int or version < 0:
+            fact = f"the version of the module {name!r} is {version!r}"
+            raise CheckpointError(fact, fix="_version = 2 in its class, or another integer of at least 0")
+    return {name: version for name, version in versions.items() if version != 1}
+
+
+def versioned(tensors: Mapping[str, Tensor], description: Description, model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The state of a file, with the versions from which the modules of a model tell whether it is an older one."""
+    state, versions = OrderedDict(tensors), description.versions
+    metadata = _metadata_of(model)
+    if versions is not None:
+        metadata = {name: {**one, "version": versions.get(name, 1)} for name, one in metadata.items()}
+    vars(state)["_metadata"] = metadata  # where torch looks for it
+    return state
+
+
+def _metadata_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Name of every module, each of them if it has several -> what torch writes beside its state."""
+    metadata: dict[str, dict[str, Any]] = getattr(model.state_dict(), "_metadata", {})
+    return metadata
 
 
 def aliases_of(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -29,7 +28,7 @@ from ..rewriting import Fit, Rule, right_side
 from .adapters import Adapters
 from .attention import unfolding_attentions
 from .example import Example
-from .modules import carry_hooks, check_initialised, holders_of_modules, names_of_modules, put_module
+from .modules import carry_hooks, check_initialised, copy_model, holders_of_modules, names_of_modules, put_module
 from .new_layers import planning_for
 from .patterns import Assigned, Offer, Patterns, assign
 from .surgery import LayerCall, Site, find_sites, record_calls, tie_layers, without_hooks
@@ -83,7 +82,7 @@ def adapt(
     _check_single(model)
     whole = None if size is None else read_size(size)
     scale = check_scale(scale)
-    target = model if inplace else copy.deepcopy(model)
+    target = model if inplace else copy_model(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         sites = adaptable_sites(target)
         _check_decomposed(target, patterns)

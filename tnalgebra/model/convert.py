@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from .conversion import Conversion, Fitting, count_parameters
 from .example import CALL_ERRORS, Batch, Example, Inputs, inputs_of
 from .input_metrics import RIDGE
 from .measure_curves import FRACTIONS
-from .modules import check_initialised, other_kernels
+from .modules import check_initialised, copy_model, other_kernels
 from .new_layers import LayerMaker
 from .obstacles import find_obstacles
 from .patterns import LAYER_SIZES, Assigned, Patterns, assign
@@ -112,7 +111,7 @@ def convert(
     inputs, others = (_list_inputs(batches, model, example) for batches in (calibration, held_out))
     fitting = Fitting(inputs, others, sequential, ridge, fractions)
     _check_settings(model, whole, example, fitting, scheduler=scheduler)
-    target = model if inplace else copy.deepcopy(model)
+    target = model if inplace else copy_model(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         maker = LayerMaker(find_sites(target), {}, candidates, tune, backward)
         work = Conversion(target, maker.sites, maker, allow_larger, progress, scheduler)
@@ -138,7 +137,7 @@ def _exchange(
 ) -> ConversionReport:
     """Put the new layers in place; the old ones come back if the model does not run on the example then."""
     _check_refused(assigned, work)
-    dense = copy.deepcopy(work.model) if isinstance(budget, TimeBudget) else None
+    dense = copy_model(work.model) if isinstance(budget, TimeBudget) else None
     sites = [member for name in new for member in work.sites[name].members]
     layers = [layer for of_site in new.values() for layer in of_site]
     rows = tuple(work.row(name, assigned[name], new.get(name), counted=counted) for name in work.sites)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import LayerError
 from .example import Inputs, inputs_of
 from .modes import evaluating
+from .modules import copy_model
 from .steps import ForwardSteps, trace
 
 
@@ -73,7 +73,7 @@ class Divergence:
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor | Inputs]) -> None:
-        self.model = copy.deepcopy(model).eval()
+        self.model = copy_model(model).eval()
         self.inputs = list(inputs_of(inputs, model)) if inputs else []
         with evaluating(self.model):
             self._reference = [self._checked(x.run(self.model)) for x in self.inputs]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Collection
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ..errors import LayerError
 from ..nn import KERNEL_LAYERS
+from .modules import copy_model
 
 
 def trace_forward(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, Tensor]]:
@@ -26,13 +25,13 @@ def trace_forward(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, Tensor]]:
     Raises:
         LayerError: torch.fx cannot trace the forward pass of the network itself.
     """
-    tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    tensors = [*network.parameters(), *network.buffers()]
     opaque: set[type[nn.Module]] = set()
     while True:
         tracer = _Tracer(opaque)
         try:
             # a copy, because tracing may leave symbols in attributes; it shares the tensors
-            model = copy.deepcopy(network, dict(tensors))
+            model = copy_model(network, tensors)
             parameters = inspect.signature(model.forward).parameters.values()
             defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
             with warnings.catch_warnings():

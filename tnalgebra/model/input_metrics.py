@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from ..nn import DenseLayer, kernel_layers, layer_network, own_weight
 from .example import Batch, Inputs, inputs_of
 from .images import Images
 from .modes import Hook, evaluating, hooked
-from .modules import check_initialised, owners_of_parameters
+from .modules import check_initialised, copy_model, owners_of_parameters
 from .patches import PATCH_BLOCK, Moments
 
 RIDGE = 1e-4
@@ -154,7 +153,7 @@ def fit_in_order(
     chosen = _chosen(model, layers)
     inputs = list(_inputs(model, batches, batch_size, device))
     images = sum(map(len, inputs))
-    twin = copy.deepcopy(model).eval()
+    twin = copy_model(model).eval()
     copied = kernel_layers(twin)
     calls, sizes = _calls(model, chosen, inputs)
     _check_called(chosen, sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from .branch_graph import BranchGraph, MergedGroup
 from .branch_tracing import adds_directly, may_have_branches, trace_module
 from .example import CALL_ERRORS, Example, read_example, tensors_in
 from .modes import Hook, evaluating, hooked
-from .modules import carry_hooks, check_initialised, holders_of_modules, put_module
+from .modules import carry_hooks, check_initialised, copy_model, holders_of_modules, put_module
 from .surgery import run_example
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -88,7 +87,7 @@ def merge_branches(model: nn.Module, example: Example | None = None) -> tuple[nn
         >>> print(report)
     """
     check_initialised(model)
-    target: nn.Module = copy.deepcopy(model)
+    target: nn.Module = copy_model(model)
     groups: list[MergedGroup] = []
     untraced: dict[str, str] = {}
     with torch.inference_mode(False), torch.no_grad():

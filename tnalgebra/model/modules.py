@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import chain
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import LayerError
 from ..nn import DECOMPOSABLE, KernelLayer
+
+_M = TypeVar("_M", bound=nn.Module)
 
 _CARRIED = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -57,6 +63,27 @@ def check_initialised(model: object) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise LayerError(f"{name!r} has no value yet", fix="run the model once on an input")
+
+
+def copy_model(model: _M, shared: Iterable[Tensor] = ()) -> _M:
+    """A copy of a model, which shares some tensors with it.
+
+    Tensors that were computed from parameters, as the weights under a weight norm or pruning, which compute them again
+    in each call, are copied as values.
+
+    Raises:
+        LayerError: the model holds something that cannot be copied.
+    """
+    memo: dict[int, object] = {id(tensor): tensor for tensor in shared}
+    for module in model.modules():
+        for value in chain(vars(module).values(), module._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        fact = f"the {type(model).__name__} cannot be copied"
+        raise LayerError(fact, because=str(error), fix="a model that copy.deepcopy takes; or inplace=True") from error
 
 
 def other_kernels(model: nn.Module) -> dict[str, str]:

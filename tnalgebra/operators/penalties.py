@@ -97,7 +97,7 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
     network, tensors, _ = network_of(target, values)
     network, _ = bind(network, tensors)
     for node in network.nodes:
-        if isinstance(node, Conv) and node.mode in ("reflect", "replicate"):
+        if isinstance(node, Conv) and node.mode in ("reflect", "replicate") and _is_padded(node):
             raise NetworkError(f"a window is padded in mode {node.mode}", network=network, fix="zeros or circular")
         if isinstance(node, Conv) and node.mode == "circular" and _repeats(node, network.sizes.get(node.k)):
             fact = f"the circular window from {node.x!r} to {node.y!r} repeats positions, which amplifies them again"
@@ -112,6 +112,11 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
         power *= 2
     rows = product.abs().sum(tuple(range(2, product.ndim)))
     return logarithm.exp() * rows.max() ** (1 / power)
+
+
+def _is_padded(node: Conv) -> bool:
+    numbers = window(node)
+    return numbers["low"] > 0 or numbers["high"] > 0
 
 
 def _repeats(node: Conv, width: int | None) -> bool:
