@@ -151,15 +151,6 @@ def test_groups_are_told_from_channels() -> None:
     same(grouped(X), grouped.to_dense()(X))
 
 
-def test_an_output_size_that_agrees() -> None:
-    layer = tensor_nn.decomposed(dense("ConvTranspose2d", stride=2, output_padding=1), "cp", size={"r": 2})
-    value = layer(X)
-    for asked in (value.shape, value.shape[2:]):
-        assert torch.equal(layer(X, output_size=asked), value)
-    with refused(CompileError, "output_size", "output_padding"):
-        layer(X, output_size=(value.shape[2] - 1, value.shape[3]))
-
-
 # What is taken over ---------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, Unpack
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
+from torch.nn.functional import pad
 
 from ..compiler import is_channels_last, is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
@@ -170,26 +171,48 @@ class _ConvTranspose(_Windowed):
 
         Args:
             input: shape (n, in_channels, *positions), or without n.
-            output_size: the positions of the output, where the caller wants to be sure of them.
+            output_size: the sizes of the output, with the first two or without; the positions are as many as with some
+                `output_padding` below the stride, which takes the place of the layer's own.
 
         Returns:
             Shape (n, out_channels, *positions), or without n.
 
         Raises:
-            CompileError: as of any input that does not fit; an output_size that the layer does not make.
+            CompileError: as of any input that does not fit; an output_size that no such output padding makes.
         """
-        if output_size is not None and not is_symbolic(input):
-            numbers = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
-            sizes = zip(input.shape[-len(self.kernel_size) :], numbers, strict=True)
-            made = tuple(
-                positions_reached(u, k, stride=s, low=p, high=p - o, dilation=d) for u, (k, s, p, o, d) in sizes
-            )
-            axes = len(made)
-            if len(output_size) not in (axes, input.ndim) or tuple(output_size[-axes:]) != made:
-                fact = f"output_size is {tuple(output_size)}, the layer makes {made}"
-                fix = "the output_padding that gives this size, where the layer is made"
-                raise CompileError(fact, fix=fix)
-        return super().forward(input)
+        if output_size is None:
+            return super().forward(input)
+        if is_symbolic(input):
+            return leaf_call(self, (input,), {"output_size": output_size})  # type: ignore[no-any-return]
+        self._check_tensor(input)
+        axes = len(self.kernel_size)
+        if input.ndim not in (axes + 1, axes + 2):
+            return super().forward(input)  # which refuses it
+        padding = self._output_padding_of(input, output_size)
+        pairs = [*zip(padding, self.output_padding, self.stride, strict=True)]
+        if all(type(own) is int and own == usual for own, usual, _ in pairs):
+            return super().forward(input)
+        # a position of zeros behind the others adds nothing to the output, and makes it longer by the stride
+        longer = [usual < stride - 1 and not (type(own) is int and own <= usual) for own, usual, stride in pairs]
+        value = super().forward(pad(input, [number for one in reversed(longer) for number in (0, int(one))]))
+        for axis, size in enumerate(output_size[-axes:], -axes):
+            value = value.narrow(axis, 0, size)
+        return value.clone()
+
+    def _output_padding_of(self, input: Tensor, output_size: Sequence[int]) -> list[int]:
+        """The output padding of each axis with which the output has a size."""
+        axes = len(self.kernel_size)
+        numbers = zip(self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        sizes = zip(input.shape[-axes:], numbers, strict=True)
+        least = tuple(positions_reached(u, k, stride=s, low=p, high=p, dilation=d) for u, (k, s, p, d) in sizes)
+        padding = [size - one for size, one in zip(output_size[-axes:], least, strict=False)]
+        fits = len(output_size) in (axes, input.ndim)
+        if not fits or not all(0 <= one < stride for one, stride in zip(padding, self.stride, strict=True)):
+            most = tuple(one + stride - 1 for one, stride in zip(least, self.stride, strict=True))
+            fact = f"output_size is {tuple(output_size)}, which no output padding below the stride makes"
+            fix = f"{least}" if least == most else f"from {least} to {most}, along each axis"
+            raise CompileError(fact, shape=tuple(input.shape), layer=self._title(), fix=fix)
+        return padding
 
 
 class Conv1d(_Conv):
