@@ -50,6 +50,14 @@ def test_a_planted_ring_is_met_with_its_parameters() -> None:
     assert result.counts["evaluations"] <= 3
 
 
+def test_complex_kernels_are_searched_with_their_imaginary_parts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.complex(*(torch.randn(6, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2)))
+    space = tn.Space(cores=(3, 3), bonds=("ring",), catalogue=False)
+    result = tn.search(z, "parameters 0.7", space=space)  # a lost imaginary part is a warning of torch's, and an error
+    assert result.best["parameters"] <= 0.7 * 72
+
+
 def test_a_planted_tree_is_met_within_its_parameters() -> None:
     tree = "A[a p] B[c p q r] C[b q] D[d r]"
     tensor = planted(tree)

@@ -118,9 +118,6 @@ def compress_model(
     dense = copy.deepcopy(model)
     example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
-    if settings.recalibrate_bn and training is not None and batch_norms(model):
-        some = settings.recalibration(training)
-        recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
     fitted = accuracy(model, images, not_finite="wrong", **tested) if settings.distil else None
     divergence = [] if training is None else _distil(model, dense, training, example, settings=settings)
     after = accuracy(model, images, not_finite="wrong", **tested)
@@ -211,7 +208,7 @@ def _convert(
     layers = kernel_layers(model)
     print(f"compressing {len(layers)} layers ...", end=" ", flush=True)
     started = perf_counter()
-    converted = convert(
+    model, report = convert(
         model,
         {**dict.fromkeys(globs_of(layers, settings.skip)), "*": list(settings.rewrite)},
         size=settings.size,
@@ -225,7 +222,11 @@ def _convert(
         scheduler=settings.scheduler,
     )
     print(f"{perf_counter() - started:.0f} s", flush=True)
-    return converted
+    if settings.recalibrate_bn and training is not None and batch_norms(model):
+        tested: dict[str, Any] = {"batch_size": settings.batch_size, "device": settings.chosen_device()}
+        some = shuffled_batches(settings.recalibration(training), max_shift=settings.recalibrate_shift, **tested)
+        recalibrate_batch_norm(model, some)
+    return model, report
 
 
 def _inputs(images: Images, example: Tensor, settings: CompressSettings) -> list[Tensor]:

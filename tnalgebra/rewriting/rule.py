@@ -152,7 +152,8 @@ class Rule(Tabular):
             metrics: one for each target.
 
         Returns:
-            For each target what `apply` would return, up to rounding.
+            For each target what `apply` would return, up to rounding; a descent may end in another minimum that is
+            about as good.
         """
         if metrics is not None and len(metrics) != len(targets):
             raise RuleError(f"{len(metrics)} metrics are given for {len(targets)} targets")

@@ -20,6 +20,7 @@ from ..model import compare, error_of
 from ..networks import kernel_multiply_adds, tensors_of
 from ..rewriting import Choices, Fit
 from ..studies import Row
+from ..tensors import in_precision
 from .topology import Topology
 
 SETTINGS: Mapping[str, Choices] = {"quick": {"starts": 4, "sweeps": 25}, "full": {}}
@@ -241,7 +242,7 @@ def _exchanges(fit: Fit, topology: Topology, limit: int, apply: Callable[..., Fi
 def _shrunk(fit: Fit, ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """The cores of a fit, without the values of bonds that have the smallest norms, where the ranks are smaller."""
     labels = {name: node.labels for name, node in tensors_of(fit.network).items()}
-    values = {name: core.double() for name, core in fit.values.items()}
+    values = {name: in_precision(core, torch.float64) for name, core in fit.values.items()}
     for bond, rank in ranks.items():
         ends = [(name, axes.index(bond)) for name, axes in labels.items() if bond in axes]
         if rank < values[ends[0][0]].shape[ends[0][1]]:
