@@ -166,7 +166,9 @@ class SearchRun:
         return sorted(self._listed, key=lambda topology: self._least_error(topology, size))
 
     def _unmet(self, size: Size, reasons: Sequence[str]) -> RankError:
-        because = min(reasons, key=len, default=None)
+        # what would be right for this one topology may be wrong for others
+        one = min(reasons, key=len, default="").partition("\n")[0]
+        because = f"{one} (of one of {len(reasons)} topologies)" if one else None
         fix = "a larger size, or a space with other topologies"
         return RankError(f"no topology of the space meets {size_text(size)!r}", because=because, fix=fix)
 
