@@ -262,20 +262,47 @@ def test_functions_with_strides(function: Callable[[Tensor, Tensor], Tensor]) ->
     check(Applied(function), (2, 3, 41))
 
 
-def test_steps_that_are_alike_share_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[int] = []
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, weight: functional.conv1d(x, weight, dilation=6),
+        lambda x, weight: functional.conv1d(x, weight, None, 2, dilation=11),
+        lambda x, _: x[:, :, 50:],
+    ],
+)
+def test_functions_that_reach_far(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    check(Applied(function), (2, 3, 101))
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps whose code is written, in the order in which that happens."""
+    steps: list[int] = []
 
     def recorded(flow: torch.fx.GraphModule, step: int, *others: Any, **named: Any) -> torch.fx.GraphModule:
-        written.append(step)
+        steps.append(step)
         return step_code(flow, step, *others, **named)
 
     monkeypatch.setattr(import_module("tnalgebra.streams.stream"), "step_code", recorded)
+    return steps
+
+
+def test_steps_that_are_alike_share_their_code(written: list[int]) -> None:
     model = settled(nn.Sequential(nn.Conv1d(2, 2, 9, padding=8, dilation=2), nn.AvgPool1d(2)))
     stream, clip = tn.stream(model, "t", example=(1, 2, 60)), torch.randn(1, 2, 60, dtype=torch.float64)
     for _ in range(2):
         outputs = torch.cat([stream.steps(clip), stream.flush()], 2)
         torch.testing.assert_close(outputs, model(clip))
     assert len(written) <= 8, "before, while and after the window is full, on and beside the lattice of the pooling"
+
+
+def test_steps_before_the_first_frame_share_their_code(written: list[int]) -> None:
+    model = settled(nn.Sequential(nn.ConstantPad1d((6, 0), 1.0), nn.Sigmoid(), nn.Conv1d(2, 2, 3)))
+    stream, clip = tn.stream(model, "t", example=(1, 2, 9)), torch.randn(1, 2, 9, dtype=torch.float64)
+    for _ in range(3):
+        torch.testing.assert_close(torch.cat([stream.steps(clip), stream.flush()], 2), model(clip))
+    before = [step for step in written if step < 0]
+    assert 1 <= len(before) <= 3, "the padding fills the window, or is left behind"
 
 
 # States and copies -----------------------------------------------------------------------------------------------

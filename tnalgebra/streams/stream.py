@@ -287,7 +287,7 @@ class Stream(nn.Module):
         if self._start < 0:
             frame = torch.zeros(x.shape, dtype=x.dtype, device=target)
             for number in range(self._start, 0):
-                _, state = step_code(self.flow, number, None)(frame, *state)
+                _, state = self._code(number, None)(frame, *state)
         return (torch.zeros((), dtype=torch.int64), *state) if self._counted else tuple(state)
 
     @property

@@ -74,15 +74,16 @@ def trace_model(model: nn.Module, axis: int, example: Sequence[int] | None) -> T
     others = [node.target for node in graph.nodes if node.op == "placeholder" and not node.args][1:]
     if others:
         raise StreamError(f"{type(model).__name__} has another input {others[0]!r} besides the clip", fix="one input")
-    shortest = _lengths(model, graph)
+    shortest, stride = _lengths(model, graph)
     tried: list[Exception] = []
     shapes = [tuple(example)] if example is not None else [*_guesses(model)]
-    # longer clips too, for functions whose windows are as large as a weight that is computed
-    for shape, times in product(shapes, (1, 8)):
-        lengths = (times * shortest[0], times * shortest[0] + shortest[1])
+    for shape, times in product(shapes, (1, 8)):  # longer clips too, for windows of weights that are computed
         place = len(shape) + axis if axis < 0 else axis
         if not 0 <= place < len(shape):
             raise StreamError(f"a clip of shape {shape} does not have axis {axis}", fix="an axis of the input")
+        if example is not None:  # the model takes clips of this length, whatever its functions are
+            shortest = max(shortest, stride * -(-shape[place] // stride))
+        lengths = (times * shortest, times * shortest + stride)
         frame = (*shape[:place], *shape[place + 1 :])
         try:
             both = [_shapes(model, graph, constants, (*frame[:place], length, *frame[place:])) for length in lengths]
@@ -95,7 +96,7 @@ def trace_model(model: nn.Module, axis: int, example: Sequence[int] | None) -> T
         return Traced(model, graph, constants, place, lengths, values, frame)
     because = f"{type(tried[-1]).__name__}: {str(tried[-1]).partition(chr(10))[0]}" if tried else None
     fix = "example=(n, channels, frames, ...), the shape of a clip; a model that takes clips of any length"
-    raise StreamError(f"{type(model).__name__} does not take clips of {shortest[0]} frames", because=because, fix=fix)
+    raise StreamError(f"{type(model).__name__} does not take clips of {shortest} frames", because=because, fix=fix)
 
 
 def _lengths(model: nn.Module, graph: fx.Graph) -> tuple[int, int]:
