@@ -95,6 +95,20 @@ def test_a_cut_with_all_coupled_labels_on_one_core_is_the_whitened_svd(text: str
         assert fit.relative_error > plain.relative_error
 
 
+@pytest.mark.parametrize("factor", [4.0**200, 4.0**-200])
+@pytest.mark.parametrize("right", ["A[out p] B[p in q] C[q kh kw]", "A[out r] B[in r] C[kh r] D[kw r]"])
+def test_the_unit_of_the_inputs_changes_no_fit(right: str, factor: float) -> None:
+    """A covariance times a power of 4 has the same digits, and so has its fit."""
+    for metric in (metric_of(3, "in"), metric_of(0)):
+        times = replace(metric, covariance=metric.covariance * factor)
+        one, two = (
+            rule(f"K[out in kh kw] => {right}").apply({"K": KERNEL}, 2, metric=each, starts=2)
+            for each in (metric, times)
+        )
+        assert all(torch.equal(one.values[name], two.values[name]) for name in one.values)
+        assert two.output_error == pytest.approx(one.output_error)
+
+
 def test_a_train_with_a_core_of_the_coupled_label_at_its_end() -> None:
     """Coupled is `in` alone: it stands on one core of a tree, which takes the metric up."""
     metric = metric_of(3, "in")

@@ -227,6 +227,16 @@ def test_a_large_space_has_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"tucker", "cp"} <= names
 
 
+@pytest.mark.parametrize("catalogue", [True, False])
+def test_a_budget_that_is_too_small_names_one_that_is_not(catalogue: bool) -> None:
+    """The least of all topologies: 6 + 4 + 3 parameters, one row for each label, of the 72 of the kernel."""
+    small = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    space = tn.Space(cores=(2, 3), bonds=("tree",), catalogue=catalogue)
+    with refused(RankError, "parameters 0.05", "parameters 0.181"):
+        tn.search(small, "parameters 0.05", space=space)
+    assert tn.search(small, "parameters 0.181", space=space).best["parameters"] == 13
+
+
 def test_bad_input() -> None:
     bad = kernel()
     bad[0, 0, 0, 0] = float("nan")

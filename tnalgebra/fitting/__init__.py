@@ -6,7 +6,7 @@ from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
 from .metric import Metric
 from .objective import Objective
-from .ranks import Growth, UpTo, allowance, kept, plain_rank, rank_of
+from .ranks import Growth, UpTo, allowance, kept, least_fraction, plain_rank, rank_of
 from .report import FitReport, Settings
 from .search import follow_starts
 from .size import (
@@ -47,6 +47,7 @@ __all__ = [
     "fit_cores",
     "follow_starts",
     "kept",
+    "least_fraction",
     "objective_of",
     "open_labels",
     "plain_rank",

@@ -273,6 +273,6 @@ def objective_of(
             held[SCALE] = targets.new_tensor(1 / scale)
             occurrences.append(Occurrence(SCALE, ()))
         term_of += [number] * (len(occurrences) - len(term_of))
-    metric = torch.stack([each.covariance.to(targets) for each in metrics]) if metrics else None
+    metric = torch.stack([(each.covariance / each.unit).to(targets) for each in metrics]) if metrics else None
     coupled, blocks = (metrics[0].labels, metrics[0].batch) if metrics else ((), ())
     return Objective(tuple(occurrences), output, targets, free, held, metric, coupled, blocks, term_of=tuple(term_of))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ def search_cores(
     search = partial(_search_in_frobenius, tree=tree, ranks=ranks, settings=settings)
     absorbing, linear = absorbing_core(objective), tree is None and is_linear(objective)
     if metrics and (linear or absorbing is not None):
-        factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
+        factor = torch.stack([(metric.factor() / math.sqrt(metric.unit)).to(objective.target) for metric in metrics])
     if absorbing is not None:
         fits = [
             ({**cores, absorbing: release_metric(objective, cores[absorbing], factor[layer], absorbing)}, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -120,7 +121,7 @@ def _objective_at_one(target: Tensor, right: Network, metric: Metric | None) -> 
 
 def _spectra_in_metric(objective: Objective, metric: Metric, tree: CoreTree) -> TreeSpectra:
     if absorbing_core(objective) is not None:
-        whitened = absorb_metric(objective, metric.factor()[None].to(objective.target))
+        whitened = absorb_metric(objective, (metric.factor() / math.sqrt(metric.unit))[None].to(objective.target))
     else:
         whitened = whiten(objective, whitening_factors(objective))
     return TreeSpectra(whitened.target[0], tree)

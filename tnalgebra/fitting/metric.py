@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -127,6 +128,15 @@ class Metric:
         factors = list(self._factors())
         whole = factors[0] if len(factors) == 1 else torch.cat(factors)
         return whole.reshape(*self.covariance.shape[: len(self.batch)], *whole.shape[1:])
+
+    @cached_property
+    def unit(self) -> float:
+        """A power of 4 near the mean of the covariance's diagonal; covariances are divided by it while a fit is made.
+
+        So squares of squares neither overflow nor vanish, and no digit of the covariance changes.
+        """
+        mean = float(self._matrices.diagonal(dim1=1, dim2=2).double().mean())
+        return float(4.0 ** (math.frexp(mean)[1] // 2))
 
     def target(self, kernel: Tensor, labels: Sequence[str]) -> Tensor:
         """The kernel that a fit is to come near: the kernel itself, or B C^-1 where there is a `cross`.

@@ -59,19 +59,24 @@ def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
     """
     allowed = math.floor(budget.fraction * parameters)
     if least > allowed:
-        fix = "none: the left side is smaller" if least > parameters else _least_fraction(least, parameters)
+        fix = (
+            "none: the left side is smaller"
+            if least > parameters
+            else f"a fraction of at least {least_fraction(least, parameters):g}"
+        )
         fact = f"{str(budget)!r} allows {allowed} parameters, and the right side has {least} at the least"
         raise RankError(fact, fix=fix)
     return allowed
 
 
-def _least_fraction(least: int, parameters: int) -> str:
+def least_fraction(least: int, parameters: int) -> float:
+    """The least fraction, in three digits, that allows so many of the parameters."""
     exact = Decimal(least) / parameters
     step = Decimal(1).scaleb(exact.adjusted() - 2)
     fraction = exact.quantize(step, ROUND_CEILING)
     if math.floor(float(fraction) * parameters) < least:  # the float lies a hair below the decimal
         fraction += step
-    return f"a fraction of at least {float(fraction):g}"
+    return float(fraction)
 
 
 def rank_of(size: Size, bond: str) -> Rank | UpTo:

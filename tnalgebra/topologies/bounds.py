@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..fitting import Metric
+from ..fitting import Metric, least_fraction
 from ..model import cut_singular_values
 from ..networks import Bipartition, Fuse, Network, shape_of
 from .topology import Topology
@@ -138,6 +138,13 @@ class Bounds:
     def parameters(self, ranks: Sequence[int]) -> int:
         """The parameters at the ranks of all bonds."""
         return sum(self.core_sizes(ranks))
+
+    @cached_property
+    def fewest(self) -> int:
+        """The parameters at the smallest size of each bond."""
+        fixed = self.topology.rule.fixed
+        sizes = self.core_sizes([self.right.sizes.get(bond, 1) for bond in self.bonds])
+        return sum(size for name, size in zip(self.topology.cores, sizes, strict=True) if name not in fixed)
 
     def rank(self, side: frozenset[str], error: float) -> int:
         return self.errors.least_rank(self.right, self.topology.open, side, error)
@@ -286,6 +293,11 @@ class RankSearch:
             if needed is None:
                 return ranks
         return None
+
+
+def least_fraction_of(bounds: Iterable[Bounds]) -> float:
+    """The least budget, as a part of each kernel's parameters, at which one topology has fits of all kernels."""
+    return max(least_fraction(each.fewest, each.errors.kernel.numel()) for each in bounds)
 
 
 def prepare_bounds(errors: CutErrors, topology: Topology) -> Bounds:

@@ -20,7 +20,7 @@ from ..fitting import ModelBudget, ParameterBudget, RelativeError, Size, TimeBud
 from ..model import convert
 from ..studies import Row, Store
 from ..workers import run_tasks
-from .bounds import Bounds, CutErrors, prepare_bounds
+from .bounds import Bounds, CutErrors, least_fraction_of, prepare_bounds
 from .evaluation import Problem, Trial, has_movable_ranks, measure_all
 from .ladder import Ladder
 from .space import Space
@@ -167,10 +167,15 @@ class SearchRun:
 
     def _unmet(self, size: Size, reasons: Sequence[str]) -> RankError:
         # what would be right for this one topology may be wrong for others
-        one = min(reasons, key=len, default="").partition("\n")[0]
-        because = f"{one} (of one of {len(reasons)} topologies)" if one else None
-        fix = "a larger size, or a space with other topologies"
-        return RankError(f"no topology of the space meets {size_text(size)!r}", because=because, fix=fix)
+        one, other = min(reasons, key=len, default="").partition("\n")[0], "a space with other topologies"
+        because, larger = f"{one} (of one of {len(reasons)} topologies)" if one else None, "a larger size"
+        if isinstance(size, ParameterBudget) and self._known:
+            least, name = min((least_fraction_of(each.values()), name) for name, each in self._known.items())
+            if least > size.fraction:
+                because = f"the smallest one, {name!r}, is a fraction of {least:g} where its bonds have size 1"
+                larger = f"{size_text(ParameterBudget(least))!r} at the least"
+        fact = f"no topology of the space meets {size_text(size)!r}"
+        return RankError(fact, because=because, fix=f"{larger}, or {other}")
 
     # at a budget -----------------------------------------------------------------------------------------
 
