@@ -256,7 +256,7 @@ class Metric:
         # a smaller pivot, relative to its diagonal element, is only rounding of the covariance or of the factor
         least = max(4 * torch.finfo(self.covariance.dtype).eps, prod(self.sizes) * torch.finfo(torch.float64).eps)
         for part in self._matrices.tensor_split(self._parts):
-            if not bool((part.diagonal(dim1=1, dim2=2).amax(1) > torch.finfo(part.dtype).tiny).all()):
+            if not bool((part.diagonal(dim1=1, dim2=2).abs().amax(1) > torch.finfo(part.dtype).tiny).all()):
                 fact = "the covariance is 0: the inputs are, or they are so small that their squares are"
                 raise ValuesError(fact, where=self._where, fix="inputs of a usual size, all times one number")
             factor, failed = torch.linalg.cholesky_ex(part.double())
