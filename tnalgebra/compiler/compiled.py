@@ -84,12 +84,12 @@ class Compiled(nn.Module):
             return value
         if named or len(inputs) != len(self._executor.fixed):
             if is_symbolic(*inputs, *named.values()):
-                return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
+                return leaf_call(self, inputs, named)
             inputs = self._inputs(inputs, named)
         others = [number for number, one in enumerate(inputs) if not isinstance(one, Tensor)]
         if others:
             if is_symbolic(*inputs):
-                return leaf_call(self, inputs, {})  # type: ignore[no-any-return]
+                return leaf_call(self, inputs, {})
             name, kind = self._executor.fixed[others[0]][0], type(inputs[others[0]]).__name__
             self._refuse(f"the input {name!r} is not a tensor", given=kind)
         kind = inputs[0].device.type

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 from ..errors import CompileError
@@ -51,7 +51,7 @@ def is_symbolic(*arguments: object) -> bool:
     return False
 
 
-def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
     """The call of a module in a graph that torch.fx traces: it is a leaf there, as torch's layers are.
 
     Raises:
@@ -61,4 +61,5 @@ def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]
     if tracer.root is module:
         fix = "torch.nn.Sequential(layer), torch.export or layer.code"
         raise CompileError("torch.fx traces models that hold this layer, not the layer alone", layer=module, fix=fix)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
+    call: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
+    return call

@@ -154,7 +154,7 @@ class Adapted(torch_nn.Module):
     def forward(self, input: Tensor, *args: Any, **named: Any) -> Tensor:
         """The output of torch's layer, and of the active adapters; further arguments are those of torch's layer."""
         if is_symbolic(input):
-            return leaf_call(self, (input, *args), named)  # type: ignore[no-any-return]
+            return leaf_call(self, (input, *args), named)
         merged = self._merged_weight(input) if self._merges else None
         if merged is not None:
             return _call(self.base, input, merged, *args, **named)

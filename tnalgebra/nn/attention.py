@@ -122,7 +122,7 @@ class MultiheadAttention(torch_nn.Module):
         """
         arguments = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         if is_symbolic(*arguments):
-            return leaf_call(self, arguments, {})  # type: ignore[no-any-return]
+            return leaf_call(self, arguments, {})  # type: ignore[return-value]
         batched = _check_inputs(query, key, value)
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask, which is None: give the causal mask as well")

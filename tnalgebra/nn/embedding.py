@@ -128,7 +128,7 @@ class Embedding(KernelLayer):
             IndexError: a number is out of range; on a GPU, as in torch, a failed assertion of the device.
         """
         if is_symbolic(input):
-            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+            return leaf_call(self, (input,), {})
         self._check_tensor(input)
         if input.dtype not in (torch.int64, torch.int32):
             raise CompileError(f"the input of nn.Embedding is {input.dtype}", fix="numbers of rows, as torch.int64")

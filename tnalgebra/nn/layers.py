@@ -85,7 +85,7 @@ class _Windowed(KernelLayer):
         if (value := self._at_once((input,))) is not None:
             return value
         if is_symbolic(input):
-            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+            return leaf_call(self, (input,), {})
         self._check_tensor(input)
         axes = len(self.kernel_size)
         if input.ndim == axes + 1:
@@ -183,7 +183,7 @@ class _ConvTranspose(_Windowed):
         if output_size is None:
             return super().forward(input)
         if is_symbolic(input):
-            return leaf_call(self, (input,), {"output_size": output_size})  # type: ignore[no-any-return]
+            return leaf_call(self, (input,), {"output_size": output_size})
         self._check_tensor(input)
         axes = len(self.kernel_size)
         if input.ndim not in (axes + 1, axes + 2):
@@ -304,7 +304,7 @@ class Linear(KernelLayer):
         if (value := self._at_once((input,))) is not None:
             return value
         if is_symbolic(input):
-            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+            return leaf_call(self, (input,), {})
         self._check_tensor(input)
         if input.ndim == 2:
             return self._compute(input, self.in_features, -1)
