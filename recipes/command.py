@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -59,6 +59,18 @@ def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object],
 
 def _description(text: str | None) -> str:
     return (text or "").replace("\n\n    ", "\n    ")  # tyro makes two of an empty line before an indented one
+
+
+def smoke_sizes(config: object, most: Mapping[str, int]) -> dict[str, Any]:
+    """Setting -> its value in a smoke run: a number, or the length of a tuple, that is at most the one given for it.
+
+    A default of None becomes that number. A wrong 0 stays 0, so that it is refused as in a run in full.
+    """
+    smaller: dict[str, Any] = {}
+    for name, bound in most.items():
+        value = getattr(config, name)
+        smaller[name] = value[:bound] if isinstance(value, tuple) else bound if value is None else min(value, bound)
+    return smaller
 
 
 def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:

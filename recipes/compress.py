@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from recipes.benchmarks.timing import ratio_of_medians, time_in_turns
-from recipes.command import run_command
+from recipes.command import run_command, smoke_sizes
 from recipes.networks import trained_cnn4, trains_first
 from recipes.reporting import aligned, print_settings
 
@@ -69,9 +69,7 @@ class Config(tn.command.CompressSettings):
 def main(config: Config) -> tn.command.CompressResult:
     """Compress and time; returns what report.json holds. Raises TnalgebraError, see `tn.command.compress_model`."""
     if config.smoke:
-        smaller: dict[str, Any] = {name: min(getattr(config, name) or most, most) for name, most in SMOKE.items()}
-        smaller["calibrate"] = min(config.calibrate, SMOKE["calibrate"])  # where 0 means none
-        config = dataclasses.replace(config, **smaller)
+        config = dataclasses.replace(config, **smoke_sizes(config, SMOKE))
     config = dataclasses.replace(config, device=config.chosen_device())
     print_settings(config)
     config.check(rounds=1, epochs=1, threads=1)

@@ -13,7 +13,7 @@ import tyro
 from torch import nn
 
 import tnalgebra as tn
-from recipes.command import smoke_folder
+from recipes.command import smoke_folder, smoke_sizes
 from recipes.reporting import print_settings
 from recipes.training import Classification, Task, Training, crop_and_flip, train
 
@@ -92,12 +92,8 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
         StudyError: the device is a GPU, and torch does not find one.
     """
     if config.smoke:
-        smaller: dict[str, Any] = {}
-        for name, bound in most.items():
-            value = getattr(config, name)
-            smaller[name] = value[:bound] if isinstance(value, tuple) else bound if value is None else min(value, bound)
         output = smoke_folder(config.output, (preset.output for preset in usual))
-        config = dataclasses.replace(config, output=output, **smaller)
+        config = dataclasses.replace(config, output=output, **smoke_sizes(config, most))
     warmup = min(config.warmup, config.epochs / 5)
     config = dataclasses.replace(config, device=config.chosen_device(), warmup=warmup)
     print_settings(config)

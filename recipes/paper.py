@@ -37,7 +37,7 @@ import tnalgebra as tn
 from recipes import compressibility, spectra
 from recipes.a_priori import run as a_priori
 from recipes.claims import run as claims
-from recipes.command import run_command, smoke_folder
+from recipes.command import run_command, smoke_folder, smoke_sizes
 from recipes.reporting import check_known, check_least, print_settings
 from recipes.retrain import run as retrain
 
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
         TnalgebraError: a setting, the data or the weights are not what they should be.
     """
     if config.smoke:
-        most: dict[str, Any] = {name: min(getattr(config, name) or most, most) for name, most in SMOKE.items()}
+        most = smoke_sizes(config, SMOKE)
         output = smoke_folder(config.output, [Config.output])
         config = dataclasses.replace(config, network="cnn4-digits", data=None, weights=None, output=output, **most)
     print_settings(config)

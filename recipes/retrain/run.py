@@ -153,7 +153,7 @@ def main(config: Config) -> list[Row]:
         TnalgebraError: a setting is wrong, the data or the weights cannot be read; a training diverges; the output
             folder holds an experiment with other settings.
     """
-    if config.smoke and not config.first_epochs:
+    if config.smoke and _lacks_weights(config):
         config = dataclasses.replace(config, first_epochs=SMOKE["first_epochs"])
     config = begin(config, SMOKE, PRESETS.values())
     truncations = _checked(config)
@@ -190,10 +190,15 @@ def _checked(config: Config) -> list[Truncation]:
     check_least(config, {"first_epochs": 0}, tn.errors.DataError)
     if not config.ways or not config.seeds:
         raise tn.errors.StudyError("no training is asked for", fix="--ways dense factored control --seeds 0 1 2")
-    if config.weights is None and not config.first_epochs and ":" not in config.model:
+    if _lacks_weights(config):
         fix = f"--weights FILE, or --first-epochs {15 if config.model == 'cnn4' else 200} to train it here first"
         raise tn.errors.DataError(f"{config.model} needs weights", fix=fix)
     return list(truncations.values())
+
+
+def _lacks_weights(config: Config) -> bool:
+    """Whether the network would be used with its random weights, and is not one of the user's own."""
+    return config.weights is None and not config.first_epochs and ":" not in config.model
 
 
 def _train_first(model: nn.Module, task: Classification, config: Config) -> None:

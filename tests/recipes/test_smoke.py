@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from recipes import compress, paper
+from recipes.a_priori import run as a_priori
+from recipes.retrain import run as retrain
+from tests.refusals import refused
+from tnalgebra.errors import DataError
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +60,21 @@ def test_all_others_have_a_smoke_run_in_their_own_tests() -> None:
     assert {*ELSEWHERE} <= {*RUNNABLE}
     for recipe, tests in ELSEWHERE.items():
         assert "smoke" in (ROOT / "tests" / "recipes" / tests).read_text("utf-8"), recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "settings"),
+    [
+        (compress, compress.Config(), ("epochs", "limit", "rounds", "batch_size")),
+        (paper, paper.Config(), ("images", "layer_images")),
+        (a_priori, a_priori.Config(), ("epochs", "limit", "batch_size")),
+        (retrain, retrain.Config(), ("epochs", "limit", "batch_size")),
+    ],
+)
+def test_a_zero_is_refused_as_in_a_run_in_full(
+    recipe: Any, config: Any, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in settings:
+        for smoke in (False, True):
+            with refused(DataError, "0"):
+                recipe.main(dataclasses.replace(config, **{name: 0}, smoke=smoke, output=tmp_path))

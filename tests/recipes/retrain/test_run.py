@@ -91,6 +91,11 @@ def test_the_smoke_run_trains_first_and_leaves_rows_and_figures(
     assert "Recovered: within 0.5 points" in text
 
 
+def test_a_smoke_run_uses_random_weights_where_these_are_requested(quick: Config) -> None:
+    assert main(dataclasses.replace(quick, smoke=True, epochs=1))
+    assert not (quick.output / "first.safetensors").exists()
+
+
 def test_presets_are_defaults_that_options_differ_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
