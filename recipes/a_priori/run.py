@@ -44,7 +44,7 @@ from recipes.benchmarks.timing import time_in_turns
 from recipes.command import run_presets
 from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classification, count, load_both
 from recipes.networks import Patterns, even_patterns, fresh_model, from_random_cores
-from recipes.reporting import write_figure
+from recipes.reporting import write, write_figure
 from recipes.training import Classification, Regression
 
 WAVES = "waves"
@@ -205,26 +205,24 @@ def _epochs(
     """Contender -> the epochs of its training.
 
     For equal time they are the dense network's, times the ratio of the medians of what a step of both takes, forwards
-    and backwards; measured once for a folder, and at least one.
+    and backwards; at least one. Each contender is measured once for a folder, in turns with the dense network.
     """
     if config.equal == "epochs":
         return dict.fromkeys(contenders, config.epochs)
     path = config.output / EPOCHS
-    if not path.exists():
+    stored: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    new = [name for name in contenders if name not in stored]
+    if new:
         x = torch.randn(min(config.batch_size, task.training_size), *_examples(task).shape[1:], device=config.device)
         steps = {}
-        for name, contender in contenders.items():
-            model, _ = _make(config, task, contender, seed=config.seed)
+        for name in dict.fromkeys([DENSE, *new]):
+            model, _ = _make(config, task, contenders[name], seed=config.seed)
             steps[name] = partial(_step, model.to(config.device).train(), x)
         times = time_in_turns(steps, rounds=ROUNDS, seed=config.seed, device=config.device)
         dense = median(times[DENSE])
-        epochs = {name: max(1, round(config.epochs * dense / median(seconds))) for name, seconds in times.items()}
-        tn.studies.write_text(path, json.dumps(epochs, indent=2) + "\n")
-    stored: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    if stored.keys() != contenders.keys():
-        fact = f"{path} has the epochs of {', '.join(stored)}, not of {', '.join(contenders)}"
-        raise tn.errors.StudyError(fact, fix="another --output")
-    return stored
+        stored |= {name: max(1, round(config.epochs * dense / median(seconds))) for name, seconds in times.items()}
+        write(path, json.dumps(stored, indent=2))
+    return {name: stored[name] for name in contenders}
 
 
 def _step(model: nn.Module, x: Tensor, turn: int) -> None:
