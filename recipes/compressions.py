@@ -28,7 +28,8 @@ def compression_row(folder: Path) -> Row | None:
         None where there was none; `undone`, whether the distillation was, as it raised the divergence;
         `mean_squared_relative_error`, of the outputs where they were measured, else of the kernels, over the layers
         that were decomposed, before the distillation; `parameters` that are left, and the parts `parameters_kept`,
-        `multiply_adds_kept` and `time_kept`, of a forward pass; the settings; and with what it was made.
+        `multiply_adds_kept` and `time_kept`, of a forward pass; the settings, of which `calibrate` is at most the
+        number of training images; and with what it was made.
     """
     path = folder / REPORT
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -37,10 +38,12 @@ def compression_row(folder: Path) -> Row | None:
     before, after = report["accuracy"]["before"], report["accuracy"]["after"]
     divergences = report["divergence"]
     config = report["config"]
+    some = min(config["calibrate"], report.get("training_images", config["calibrate"]))
     return {
         "compression": " or ".join(config["rewrite"]),
         "model": report["model"],
         **{name: config[name] for name in SETTINGS},
+        "calibrate": some,
         "accuracy": before,
         "accuracy_fitted": report["accuracy"].get("fitted"),
         "accuracy_after": after,

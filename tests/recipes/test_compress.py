@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tnalgebra as tn
+from docs.experiment_block import images_text
 from recipes import compress, networks
 from recipes.compress import Config, main
 from recipes.compressions import compression_row, summary
@@ -273,6 +274,16 @@ def test_a_distillation_that_makes_it_worse_is_undone(
     assert "0.2 passes, undone" in summary([row])
     without_guard = main(dataclasses.replace(quick, distil=0.2, output=Path("no-images-held-out")))
     assert not without_guard["undone"]
+
+
+def test_a_row_has_as_many_images_as_there_were(quick: Config) -> None:
+    settings = dataclasses.replace(quick, smoke=False, calibrate=5000, held_out=16, limit=60, rounds=1)
+    main(settings)
+    row = compression_row(quick.output)
+    assert row is not None
+    training = load_images("digits", "train")
+    assert row["calibrate"] == len(training) < 5000
+    assert f" {len(settings.calibration(training)):,} training images without their labels" in images_text([row])
 
 
 def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def compress_model(
         "model": settings.model,
         "accuracy": {"before": before, **({} if fitted is None else {"fitted": fitted}), "after": after},
         "images": len(images),
+        "training_images": 0 if training is None else len(training),
         "divergence": divergence,
         "undone": _is_worse(divergence),
         "parameters": {"before": report.parameters, "after": report.parameters_after},
