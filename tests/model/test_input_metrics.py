@@ -320,7 +320,7 @@ class Broken(nn.Module):
     ("how", "error", "facts"),
     [
         ("infinite", ValuesError, ["'second'", "inputs", "NaN or infinity"]),
-        ("zero", ValuesError, ["'second'", "singular"]),
+        ("zero", ValuesError, ["'second'", "the covariance is 0"]),
         ("silent", LayerError, ["'second'", "never called"]),
         ("fails", LayerError, ["does not run on batch 1", "broken"]),
     ],
