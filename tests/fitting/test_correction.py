@@ -65,12 +65,13 @@ def slow_components(text: str, values: dict[str, Tensor]) -> float:
     return total
 
 
+@pytest.mark.parametrize("metric", [False, True])
 @pytest.mark.parametrize("text", NETWORKS)
-def test_the_degeneracy_is_that_of_components_summed_one_by_one(text: str) -> None:
-    objective = objective_for(text)
+def test_the_degeneracy_is_that_of_components_summed_one_by_one(text: str, metric: bool) -> None:
+    objective = objective_for(text, metric=metric)
     values = cores(objective, 1, seed=5)
     components = slow_components(text, {name: core[0, 0] for name, core in values.items()})
-    expected = math.sqrt(components / float(objective.power.max()))
+    expected = math.sqrt(components / float(objective.target.square().sum()))
     assert degeneracy_of(objective, values) == pytest.approx(expected, rel=1e-12)
 
 

@@ -43,7 +43,7 @@ _MARGIN = 1e-6
 
 
 def degeneracy_of(objective: Objective, values: Mapping[str, Tensor]) -> float:
-    """Measure how far components cancel each other: sqrt(sum of ||component||^2) / ||target||.
+    """Measure how far components cancel each other: sqrt(sum of ||component||^2) / ||target||, without the metric.
 
     Args:
         objective: of one layer.
@@ -52,7 +52,7 @@ def degeneracy_of(objective: Objective, values: Mapping[str, Tensor]) -> float:
     Returns:
         A number that is far above 1 where large components cancel each other; 0 for a target of zeros.
     """
-    power = objective.power.max()
+    power = squares(objective.target).sum()
     return float((objective.squared_components(values) / power).sqrt().squeeze()) if bool(power > 0) else 0.0
 
 
