@@ -231,7 +231,7 @@ def test_what_a_correction_refuses() -> None:
     wrong: list[object] = [0, 1, -0.1, math.nan, True, "0.1"]
     for tolerance in wrong:
         with refused(ValuesError, "tolerance", tolerance):
-            correct_degeneracy(tolerance)  # type: ignore[arg-type]
+            correct_degeneracy(tolerance)
 
     def apply(network: Network, values: dict[str, Tensor]) -> None:
         correct_degeneracy().apply(network, values=values)

@@ -422,7 +422,7 @@ def test_a_layer_is_readable_and_drawn(tmp_path: Any) -> None:
 
 def test_an_attribute_that_does_not_exist() -> None:
     with refused(AttributeError, "'nothing'"):
-        tucker().nothing  # noqa: B018
+        _ = tucker().nothing
 
 
 @pytest.mark.parametrize("name", ["stride", "forward", "plan", "X"])

@@ -85,7 +85,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
     Raises:
         CheckpointError: the state holds something that is not a dense tensor, or of a type that safetensors lacks; a
-            module's version is no integer; the path exists and is not a file, or it cannot be written.
+            module's version is not an integer; the path exists and is not a file, or it cannot be written.
         OSError: no room, or no permission.
 
     Example:

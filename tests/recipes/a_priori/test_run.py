@@ -120,7 +120,7 @@ def test_cores_are_new_and_kernels_have_torchs_variance(rewrite: str) -> None:
     for name in ("conv2", "conv3", "conv4"):
         layers = [model.get_submodule(name) for model, _ in networks]
         assert all(isinstance(layer, tn.nn.KernelLayer) for layer in layers)
-        kernels = [layer.dense_weight().detach() for layer in layers]  # type: ignore[operator]
+        kernels = [layer.dense_weight().detach() for layer in layers]
         own = whole[name].weight.detach()
         fan_in = own[0].numel()
         for kernel in kernels:
